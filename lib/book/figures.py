@@ -54,7 +54,7 @@ def img(uri, alt, size, photo=False, cls="") -> str:
     """An <img> that the dark theme inverts (hues kept), unless it is a photograph."""
     classes = " ".join(filter(None, ["dark-light", cls, "photo" if photo else "chart"]))
     return (f'<img class="{classes}" src="{uri}" alt="{html.escape(alt)}" width="{size[0]}" height="{size[1]}" '
-            f'style="aspect-ratio:{size[0]}/{size[1]}" decoding="async">')
+            f'style="aspect-ratio:{size[0]}/{size[1]}">')
 
 
 def need_figure(fig, who):
