@@ -114,7 +114,8 @@ def _run(key, notebook):
     first = nbformat.v4.new_code_cell("from lib.book import trace as _trace; _trace.start()")
     last = nbformat.v4.new_code_cell("_trace.display_result()")
     nb.cells = [first, *nb.cells, last]
-    client = NotebookClient(nb, timeout=TIMEOUT_S, kernel_name="python3", resources={"metadata": {"path": str(page_path(key).parent)}})
+    client = NotebookClient(nb, timeout=TIMEOUT_S, kernel_name="python3", resources={"metadata": {"path": str(page_path(key).parent)}},
+                            record_timing=False)       # timing goes into the cells' metadata, and those are part of the cache's key
     try:
         client.execute()
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:

@@ -1,6 +1,7 @@
 """What does a page really read? Its `lib` modules and the project's files that it opens, recorded while it runs."""
 import contextlib
 import hashlib
+import os
 import resource
 import sys
 import threading
@@ -20,8 +21,10 @@ def _hook(event, args):
     if not _recording or event != "open" or getattr(_quiet, "on", False):
         return
     path, mode = args[0], args[1]
-    if isinstance(path, str) and path.startswith(str(ROOT)) and (mode is None or "r" in str(mode)) and not path.endswith((".pyc", ".pyo")):
-        _opened.add(path)
+    if isinstance(path, (str, os.PathLike)) and (mode is None or "r" in str(mode)):
+        path = os.path.abspath(path)
+        if path.startswith(str(ROOT)) and not path.endswith((".pyc", ".pyo")):
+            _opened.add(path)
 
 
 @contextlib.contextmanager
