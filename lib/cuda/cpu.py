@@ -34,7 +34,7 @@ def compiler():
     except ImportError:
         raise MissingTool("kernels on numpy arrays need a C++ compiler, and there is none: install g++ or clang++, or `pip install ziglang`; "
                           "the environment variable LUC_CXX names another one") from None
-    return (sys.executable, "-m", "ziglang", "c++")
+    return (sys.executable, "-m", "ziglang", "cc")       # its "c++" would first build a standard library, for a minute
 
 
 def flags(command):
