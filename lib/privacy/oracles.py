@@ -1,0 +1,176 @@
+"""Frequency oracles: each user perturbs a value of [k] once, the server counts supports and removes the bias.
+
+Every oracle here is "pure": a report supports the user's own value with probability p and any other value with probability q, so with c_v supports of v among n reports
+
+    f_v = (c_v / n - q) / (p - q)                                  unbiased
+    Var f_v = (f_v p (1 - p) + (1 - f_v) q (1 - q)) / (n (p - q)^2)   exact, for fixed data
+
+| symbol | name | shape |
+|---|---|---|
+| k, eps | `k`, `epsilon` | domain size, privacy budget |
+| x | `values` | (n,) int in [k] |
+| p, q | `p`, `q` | support probabilities |
+| f | `estimate(...)` | (k,) |
+
+GRR (Kairouz et al., 2016), SS (Wang et al., 2016; Ye and Barg, 2018), OUE (Wang et al., 2017). Randomness: pass a generator to repeat an experiment; without one, 128 bits from the
+operating system seed a fresh one. A deployment needs a cryptographic generator; numpy's are not.
+"""
+import itertools
+import math
+import secrets
+
+import numpy as np
+
+from .subsets import Subsets, force, uniform_subsets
+
+
+def check_epsilon(epsilon) -> float:
+    """A finite epsilon > 0, as float. Raises ValueError."""
+    if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float, np.number)) or not (math.isfinite(epsilon) and epsilon > 0):
+        raise ValueError(f"epsilon={epsilon!r}: expected a finite number > 0")
+    return float(epsilon)
+
+
+def check_domain(k) -> int:
+    """A domain of at least two values. Raises ValueError."""
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 2:
+        raise ValueError(f"k={k!r}: expected an integer >= 2")
+    return int(k)
+
+
+def check_values(values, k) -> np.ndarray:
+    """(n,) integers in [k], n >= 1. Raises TypeError or ValueError; nothing is released."""
+    values = np.asarray(values)
+    if values.dtype.kind not in "iu":
+        raise TypeError(f"values has dtype {values.dtype}: expected integers")
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError(f"values has shape {values.shape}: expected (n,) with n >= 1")
+    if values.min() < 0 or values.max() >= k:
+        bad = values[(values < 0) | (values >= k)][0]
+        raise ValueError(f"values contains {bad}: expected 0 <= value < {k}")
+    return values.astype(np.int64)
+
+
+def check_rng(rng) -> np.random.Generator:
+    """The generator that was passed, or a fresh one from the operating system's entropy."""
+    if rng is None:
+        return np.random.default_rng(secrets.randbits(128))
+    if not isinstance(rng, np.random.Generator):
+        raise TypeError(f"rng={rng!r}: expected a numpy.random.Generator or None")
+    return rng
+
+
+class FrequencyOracle:
+    """Counts and debiasing, shared by all pure oracles; a subclass sets p and q and brings `privatize`, `supports` and `channel`."""
+
+    def __init__(self, k, epsilon):
+        self.k, self.epsilon = check_domain(k), check_epsilon(epsilon)
+
+    def estimate(self, reports) -> np.ndarray:
+        """Unbiased frequencies, (k,); they may be negative and need not sum to one."""
+        counts, n = self.supports(reports)
+        return (counts / n - self.q) / (self.p - self.q)
+
+    def variance(self, n, f=0.0):
+        """Exact variance of the estimate of a value with frequency f among n users."""
+        return (f * self.p * (1 - self.p) + (1 - f) * self.q * (1 - self.q)) / (n * (self.p - self.q) ** 2)
+
+
+class GRR(FrequencyOracle):
+    """Generalized randomized response: the true value with probability p, else a uniform other one."""
+
+    def __init__(self, k, epsilon):
+        super().__init__(k, epsilon)
+        e = math.exp(self.epsilon)
+        self.p, self.q = e / (e + self.k - 1), 1 / (e + self.k - 1)
+
+    def privatize(self, values, rng=None):
+        """(n,) values -> (n,) reported values."""
+        values, rng = check_values(values, self.k), check_rng(rng)
+        shift = rng.integers(1, self.k, len(values))
+        return np.where(rng.random(len(values)) < self.p, values, (values + shift) % self.k)
+
+    def supports(self, reports):
+        """(counts of each value (k,), number of reports)"""
+        return np.bincount(check_values(reports, self.k), minlength=self.k), len(reports)
+
+    def channel(self):
+        """Probability of each report given each value, (k, k)."""
+        return np.full((self.k, self.k), self.q) + np.eye(self.k) * (self.p - self.q)
+
+
+def subset_size(m, epsilon) -> int:
+    """omega = m / (e^eps + 1) rounded to an integer, at least 1."""
+    return max(1, round(m / (math.exp(epsilon) + 1)))
+
+
+def subset_probabilities(m, omega, epsilon):
+    """(p, q): inclusion of the true element, and of any other one."""
+    odds = omega * math.exp(epsilon)
+    p = odds / (odds + m - omega)
+    return p, (p * (omega - 1) + (1 - p) * omega) / (m - 1)
+
+
+class SS(FrequencyOracle):
+    """Subset selection: a subset of omega values that holds the true one with probability p, uniform given that."""
+
+    def __init__(self, k, epsilon):
+        super().__init__(k, epsilon)
+        self.omega = subset_size(self.k, self.epsilon)
+        self.p, self.q = subset_probabilities(self.k, self.omega, self.epsilon)
+
+    def privatize(self, values, rng=None) -> Subsets:
+        """(n,) values -> n subsets."""
+        values, rng = check_values(values, self.k), check_rng(rng)
+        n = len(values)
+        return force(rng, uniform_subsets(rng, n, self.k, self.omega), values, rng.random(n) < self.p)
+
+    def supports(self, reports: Subsets):
+        """(counts of each value (k,), number of reports)"""
+        return reports.counts(), len(reports)
+
+    def channel(self):
+        """Probability of each subset given each value, (k, C(k, omega)); for small domains."""
+        subsets = list(itertools.combinations(range(self.k), self.omega))
+        holds = np.array([[x in s for s in subsets] for x in range(self.k)])
+        return np.where(holds, self.p / math.comb(self.k - 1, self.omega - 1), (1 - self.p) / math.comb(self.k - 1, self.omega))
+
+    def message_bits(self) -> int:
+        """Bits of one report: the rank of the subset among all of its size."""
+        return math.ceil(math.log2(math.comb(self.k, self.omega)))
+
+
+class OUE(FrequencyOracle):
+    """Optimized unary encoding: one bit a value, 1 kept with probability 1/2, 0 turned into 1 with probability 1/(e^eps + 1)."""
+
+    def __init__(self, k, epsilon):
+        super().__init__(k, epsilon)
+        self.p, self.q = 0.5, 1 / (math.exp(self.epsilon) + 1)
+
+    def privatize(self, values, rng=None):
+        """(n,) values -> (n, k) bool."""
+        values, rng = check_values(values, self.k), check_rng(rng)
+        bits = rng.random((len(values), self.k), dtype=np.float32) < np.float32(self.q)
+        bits[np.arange(len(values)), values] = rng.random(len(values)) < self.p
+        return bits
+
+    def supports(self, reports):
+        """(counts of each value (k,), number of reports)"""
+        return reports.sum(axis=0), len(reports)
+
+    def sample_supports(self, true_counts, rng=None):
+        """The law of `supports` for users with these true counts, without a report each: bits are independent, so sums are binomial."""
+        true_counts, rng = np.asarray(true_counts), check_rng(rng)
+        n = int(true_counts.sum())
+        return rng.binomial(true_counts, self.p) + rng.binomial(n - true_counts, self.q), n
+
+    def channel(self):
+        """Probability of each bit vector given each value, (k, 2^k); for small domains."""
+        vectors = np.array(list(itertools.product([0, 1], repeat=self.k)))
+        ones = np.where(np.eye(self.k, dtype=bool), self.p, self.q)[:, None, :]        # P(bit = 1 | value)
+        return np.where(vectors[None], ones, 1 - ones).prod(axis=2)
+
+
+def worst_ratio(channel) -> float:
+    """Largest likelihood ratio of one report under two values; epsilon-LDP means at most e^epsilon.  channel: (k, reports)"""
+    return float((channel.max(axis=0) / channel.min(axis=0)).max())
