@@ -6,22 +6,21 @@ from lib.cuda import MissingTool, check, cpu, gpu_available
 from lib.kernels import bipolar_int
 from lib.kernels.bipolar_int import Planes, decode, encode, from_signed, matmul, pack, quantize, signed_product
 
-CU, PY = "lib/kernels/bipolar_int.cu", "lib/kernels/bipolar_int.py"
 BREAKS = [
-    ("the top plane of W is dropped", CU, "unsigned ones = 0;", "unsigned ones = 0; if (i == n_w - 1) continue;"),
-    ("pad bits are counted as values", CU, "unsigned most = (unsigned)K *", "unsigned most = (unsigned)KW * 32u *"),
-    ("planes of X have no weight in the recovery", CU, "* (1 << (i + j))", "* (1 << i)"),
-    ("planes of W have no weight in the fused kernel", CU, "differing += ones << (i + j);", "differing += ones << j;"),
-    ("products are formed before the tile is there", CU, "__syncthreads();\n        if (m < M && n < N)\n            for (int i", "if (m < M && n < N)\n            for (int i"),
-    ("the next tile is loaded before all have read this one", CU, "                }\n        __syncthreads();", "                }"),
-    ("products on their way to memory are not counted", CU, "= K - 2 * ones; COUNT(bytes, 4);", "= K - 2 * ones;"),
-    ("packing forgets the end of a row", CU, "row < rows && k < K ?", "row < rows && k < K / 32 * 32 ?"),
-    ("values are even", PY, "- (2 ** n - 1)\n", "- 2 ** n\n"),
-    ("signed codes are off by one", PY, "+ half).astype", "+ half - 1).astype"),
-    ("the correction has the wrong sign", PY, "+ K) // 4", "- K) // 4"),
-    ("overflow goes unnoticed", PY, ">= INT32:", ">= 2 * INT32:"),
-    ("the staircase has a step at zero", PY, "np.floor(x / (2 * scale))", "np.round(x / (2 * scale))"),
-    ("scales of rows are one for all", PY, "max(axis=axis,", "max(axis=None,"),
+    ("the top plane of W is dropped", "lib/kernels/bipolar_int.cu", "unsigned ones = 0;", "unsigned ones = 0; if (i == n_w - 1) continue;"),
+    ("pad bits are counted as values", "lib/kernels/bipolar_int.cu", "unsigned most = (unsigned)K *", "unsigned most = (unsigned)KW * 32u *"),
+    ("planes of X have no weight in the recovery", "lib/kernels/bipolar_int.cu", "* (1 << (i + j))", "* (1 << i)"),
+    ("planes of W have no weight in the fused kernel", "lib/kernels/bipolar_int.cu", "differing += ones << (i + j);", "differing += ones << j;"),
+    ("products are formed before the tile is there", "lib/kernels/bipolar_int.cu", "__syncthreads();\n        if (m < M && n < N)\n            for (int i", "if (m < M && n < N)\n            for (int i"),
+    ("the next tile is loaded before all have read this one", "lib/kernels/bipolar_int.cu", "                }\n        __syncthreads();", "                }"),
+    ("products on their way to memory are not counted", "lib/kernels/bipolar_int.cu", "= K - 2 * ones; COUNT(bytes, 4);", "= K - 2 * ones;"),
+    ("packing forgets the end of a row", "lib/kernels/bipolar_int.cu", "row < rows && k < K ?", "row < rows && k < K / 32 * 32 ?"),
+    ("values are even", "lib/kernels/bipolar_int.py", "- (2 ** n - 1)\n", "- 2 ** n\n"),
+    ("signed codes are off by one", "lib/kernels/bipolar_int.py", "+ half).astype", "+ half - 1).astype"),
+    ("the correction has the wrong sign", "lib/kernels/bipolar_int.py", "+ K) // 4", "- K) // 4"),
+    ("overflow goes unnoticed", "lib/kernels/bipolar_int.py", ">= INT32:", ">= 2 * INT32:"),
+    ("the staircase has a step at zero", "lib/kernels/bipolar_int.py", "np.floor(x / (2 * scale))", "np.round(x / (2 * scale))"),
+    ("scales of rows are one for all", "lib/kernels/bipolar_int.py", "max(axis=axis,", "max(axis=None,"),
 ]
 WIDTHS = range(1, 9)
 rng = np.random.default_rng(0)
