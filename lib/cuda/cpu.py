@@ -68,7 +68,7 @@ def version(command):
 
 @functools.cache
 def _own_folder():
-    return Path(tempfile.mkdtemp(prefix="luc-cuda-"))
+    return tempfile.TemporaryDirectory(prefix="luc-cuda-")   # removed when the process ends
 
 
 def cache_folder():
@@ -80,7 +80,7 @@ def cache_folder():
             return folder
     except OSError:
         pass
-    return _own_folder()                                # a home that can't be written: compile anew in each process
+    return Path(_own_folder().name)                           # a home that can't be written: compile anew in each process
 
 
 def build(source, extra, suffix):

@@ -13,11 +13,10 @@ bugs = Module.from_file(HERE / "bugs.cu")
 features = Module.from_file(HERE / "features.cu")
 x, y, ints = np.arange(128, dtype=np.float32), np.zeros(128, np.float32), np.arange(128, dtype=np.int32)
 KERNELS = sorted((ROOT / "lib").rglob("*.cu"))
-pytestmark = pytest.mark.usefixtures("compiler")
 
 
 @pytest.fixture(scope="module")
-def sanitizers():
+def sanitizers(compiler):
     report = check(features["vectors"], 1, 32, (np.zeros((32, 4), np.float32), np.zeros(32, np.float32)))
     if report.skipped:
         pytest.skip("; ".join(report.skipped))
@@ -67,7 +66,7 @@ def test_one_removed_barrier_of_the_tiled_product_is_found(sanitizers):
 
 
 @pytest.mark.parametrize("name, args, kind, array", [CASES[0], CASES[3], CASES[4], CASES[7], CASES[8]], ids=["race", "bounds", "before", "barrier", "return"])
-def test_without_sanitizers_fences_and_orders_still_find(monkeypatch, name, args, kind, array):
+def test_without_sanitizers_fences_and_orders_still_find(compiler, monkeypatch, name, args, kind, array):
     def none(*_):
         raise checks._NoSanitizer("not on this machine")
     monkeypatch.setattr(checks, "_run_child", none)
@@ -78,7 +77,7 @@ def test_without_sanitizers_fences_and_orders_still_find(monkeypatch, name, args
     assert check(features["block_sum"], 1, 128, (x, np.zeros(1, np.float32), 128), shared=512).clean
 
 
-def test_check_says_what_it_can_not_do():
+def test_check_says_what_it_can_not_do(compiler):
     with pytest.raises(ArgumentError, match="'y' .* should have dtype float32, has int32"):
         check(bugs["divergent"], 1, 128, (ints,))
     with pytest.raises(CompileError, match=r"kernel\.cu:1:"):
