@@ -107,9 +107,7 @@ def test_error_is_at_most_half_a_step(bits, spec):
         x = draws(960, seed).view(12, 80)
         grid = Uniform(bits, **spec).fit(x)
         step = rows(torch.ones_like(x), grid.spec.per, grid.spec.group) * grid.scale
-        # an affine Z is rounded, which moves the grid by up to S/2 and leaves an end of the range up to a whole step away
-        half = 1.0 if spec.get("symmetric") is False else 0.5
-        assert ((x - grid(x)).abs() <= half * step.reshape(x.shape) * (1 + 2**bits * 1e-6)).all()   # r/S has 2^b * 6e-8 of error
+        assert ((x - grid(x)).abs() <= 0.5 * step.reshape(x.shape) * (1 + 2**bits * 1e-6)).all()   # r/S has 2^b * 6e-8 of error
         q = grid.quantize(x)
         assert q.dtype == torch.int32 and q.min() >= grid.spec.codes[0] and q.max() <= grid.spec.codes[1]
         assert torch.equal(grid.dequantize(q), grid(x))
