@@ -18,7 +18,7 @@ SANITIZERS = {"AddressSanitizer": ["-fsanitize=address"], "ThreadSanitizer": ["-
 
 @dataclass(frozen=True)
 class Finding:
-    """kind: "out of bounds", "race", "barrier", "deadlock", "mask", "stack" or "crash"; line: in the .cu file, 0 if unknown; array: the argument's or
+    """kind: "out of bounds", "race", "barrier", "deadlock", "mask" or "stack"; line: in the .cu file, 0 if unknown; array: the argument's or
     shared array's name, "" if unknown; says: a sentence."""
     kind: str
     line: int

@@ -80,7 +80,7 @@ def cache_folder():
             return folder
     except OSError:
         pass
-    return Path(_own_folder().name)                           # a home that can't be written: compile anew in each process
+    return Path(_own_folder().name)                     # a home that can't be written: compile anew in each process
 
 
 def build(source, extra, suffix):
@@ -90,7 +90,8 @@ def build(source, extra, suffix):
     command = compiler()
     options = [*flags(command), *extra]
     headers = [p.read_text() for p in sorted(INCLUDE.iterdir())]
-    key = hashlib.sha256("\0".join([source, *command, version(command), *options, this_cpu(), *headers]).encode()).hexdigest()[:32]
+    asked = [o for o in options if not o.startswith("-I")]   # what the headers say counts, not where they are
+    key = hashlib.sha256("\0".join([source, *command, version(command), *asked, this_cpu(), *headers]).encode()).hexdigest()[:32]
     made = cache_folder() / (key + suffix)
     if not made.exists():
         with tempfile.TemporaryDirectory(dir=made.parent) as work:

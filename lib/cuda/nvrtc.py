@@ -39,9 +39,11 @@ def include_folders():
 
 
 def compile_check(source, arch="sm_80", names=()):
-    """Compile a .cu file (a Path), or a source (a str), for a real architecture such as "sm_90": up to machine code, so that registers and shared memory
+    """Compile a .cu file (its path), or a source, for a real architecture such as "sm_90": up to machine code, so that registers and shared memory
     are known. names: instances of templates to compile. Raises CompileError with file and line, MissingTool where there is no NVRTC."""
     nvrtc = _nvrtc()
+    if isinstance(source, str) and source.endswith(".cu"):
+        source = Path(source)
     filename = source.name if isinstance(source, Path) else "kernel.cu"
     text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
     options = [f"-arch={arch}", "-std=c++17", "-lineinfo", "--ptxas-options=-v", *(f"-I{d}" for d in include_folders())]

@@ -38,23 +38,24 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE) matmul(const float* __
     C[row * n + col] = sum;
 }
 
-extern "C" __global__ void warp(int* out, float* undefined) {        // 8 results a thread
+extern "C" __global__ void warp(int* out, float* undefined) {        // 9 results a thread
     int t = threadIdx.x, lane = t & 31;
     unsigned all = 0xffffffffu;
-    out[8 * t] = (int)__ballot_sync(all, t % 3 == 0);
+    out[9 * t] = (int)__ballot_sync(all, t % 3 == 0);
     int scan = lane;
     for (int d = 1; d < 32; d <<= 1) { int below = __shfl_up_sync(all, scan, d); if (lane >= d) scan += below; }
-    out[8 * t + 1] = scan;
+    out[9 * t + 1] = scan;
     int sum = t;
     for (int d = 8; d; d >>= 1) sum += __shfl_xor_sync(all, sum, d, 16);
-    out[8 * t + 2] = sum;
-    out[8 * t + 3] = __shfl_sync(all, t, 5, 8);
-    out[8 * t + 4] = __shfl_down_sync(all, t, 3);
-    out[8 * t + 5] = 2 * __any_sync(all, t == 40) + __all_sync(all, t >= 32);
-    out[8 * t + 6] = __syncthreads_count(t & 1);
+    out[9 * t + 2] = sum;
+    out[9 * t + 3] = __shfl_sync(all, t, 5, 8);
+    out[9 * t + 4] = __shfl_down_sync(all, t, 3);
+    out[9 * t + 5] = 4 * __all_sync(all, lane > 0) + 2 * __any_sync(all, t == 40) + __all_sync(all, t >= 32);
+    out[9 * t + 6] = __syncthreads_count(t & 1);
     int odd = 0;
     if (lane < 16) { odd = __shfl_sync(0x0000ffffu, t, 3); __syncwarp(0x0000ffffu); }   // half a warp, on its own
-    out[8 * t + 7] = odd;
+    out[9 * t + 7] = odd;
+    out[9 * t + 8] = __shfl_xor_sync(all, t, 16, 16);                 // earlier groups can be read, later ones not
     undefined[t] = lane < 16 ? __shfl_sync(0x0000ffffu, 1.0f, 20) : 0.0f;                // reads a lane that takes no part
 }
 

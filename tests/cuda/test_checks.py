@@ -50,7 +50,7 @@ def test_correct_kernels_are_clean(sanitizers):
     report = check(features["block_sum"], 3, 128, (ones, np.zeros(3, np.float32), 300), shared=512)
     assert report.clean and report.tools[:2] == ("AddressSanitizer", "ThreadSanitizer"), str(report)
     assert check(features["matmul"], (2, 2), (16, 16), (*np.ones((3, 32, 32), np.float32), 32)).clean
-    assert check(features["warp"], 1, 128, (np.zeros((128, 8), np.int32), np.zeros(128, np.float32))).clean
+    assert check(features["warp"], 1, 128, (np.zeros((128, 9), np.int32), np.zeros(128, np.float32))).clean
     n = np.int32(100)
     args = (np.zeros(7, np.int32), np.zeros(5, np.uint32), np.zeros(1, np.float32), np.zeros(1), np.zeros(1, np.uint64), np.zeros(100, np.int32), n)
     report = check(features["atomics"], 1, 128, args)
@@ -102,7 +102,7 @@ def test_every_kernel_of_the_book_compiles_for_real_gpus(nvrtc, path, arch):
 
 
 def test_compile_check_reports_what_kernels_take(nvrtc):
-    made = compile_check(HERE / "features.cu", "sm_80", names=["filter<2, float>"])
+    made = compile_check(str(HERE / "features.cu"), "sm_80", names=["filter<2, float>"])
     assert made.kernels["matmul"].shared == 2 * 16 * 16 * 4
     assert made.kernels["filter<2, float>"].registers > 0
     assert set(features.names) | {"filter<2, float>"} == set(made.kernels)

@@ -70,7 +70,7 @@ def test_launch_overhead():
 def test_warp_operations():
     t = np.arange(128)
     lane, first = t % 32, t // 32 * 32
-    out, undefined = np.zeros((128, 8), np.int32), np.zeros(128, np.float32)
+    out, undefined = np.zeros((128, 9), np.int32), np.zeros(128, np.float32)
     launch(features["warp"], 1, 128, (out, undefined))
     ballot = [sum(1 << i for i in range(32) if (f + i) % 3 == 0) for f in first]
     np.testing.assert_array_equal(out[:, 0].view(np.uint32), ballot)
@@ -81,6 +81,7 @@ def test_warp_operations():
     np.testing.assert_array_equal(out[:, 5], 2 * (first == 32) + (first >= 32))
     np.testing.assert_array_equal(out[:, 6], 64)
     np.testing.assert_array_equal(out[:, 7], np.where(lane < 16, first + 3, 0))
+    np.testing.assert_array_equal(out[:, 8], np.where(lane < 16, t, t - 16))
     assert np.isnan(undefined[lane < 16]).all()            # what CUDA leaves undefined can't pass for a number
 
 
@@ -326,6 +327,19 @@ print(x.tolist())
 
 
 @on_cpu
+def test_a_build_that_is_stopped_leaves_nothing_behind(tmp_path, monkeypatch):
+    """A compiled file appears under its name in one step, when it is complete."""
+    def stopped(source, target):
+        assert Path(source).stat().st_size > 0 and not Path(target).exists()
+        raise KeyboardInterrupt
+    monkeypatch.setenv("LUC_CUDA_CACHE", str(tmp_path))
+    monkeypatch.setattr(os, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        launch(Module(TINY)["twice"], 1, 4, (np.ones(4, np.float32),))
+    assert list(tmp_path.iterdir()) == []
+
+
+@on_cpu
 def test_the_cache_is_not_shared_between_processors(tmp_path, monkeypatch):
     monkeypatch.setenv("LUC_CUDA_CACHE", str(tmp_path))
     here = cpu.build("int one;", ["-shared", "-fPIC"], ".so")
@@ -382,7 +396,7 @@ def test_gpu_and_cpu_agree(cupy):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name, out", [("warp", (128, 8)), ("block_votes", (128, 2))])
+@pytest.mark.parametrize("name, out", [("warp", (128, 9)), ("block_votes", (128, 2))])
 def test_gpu_warp_operations(cupy, name, out):
     here, there = np.zeros(out, np.int32), cupy.zeros(out, np.int32)
     more = name == "warp"
