@@ -66,6 +66,7 @@ class SoftmaxRegression:
         if labels.min() < 0 or labels.max() >= n_classes:
             raise ValueError(f"labels must lie in 0..{n_classes - 1}, got {labels.min()}..{labels.max()}")
         self.features = np.concatenate([features, np.ones((len(features), 1))], axis=1)
+        self.truth = np.eye(n_classes)[labels]  # (n_samples, n_classes)
         self.labels, self.owner, self.batch, self.l2 = labels, owner, batch, l2
         self.order, self.first = np.argsort(owner, kind="stable"), np.cumsum(self.counts) - self.counts
         self.n_clients, self.n_classes, self.dim = n_clients, n_classes, self.features.shape[1] * n_classes
@@ -74,9 +75,8 @@ class SoftmaxRegression:
         pick = (rng.random((len(clients), self.batch)) * self.counts[clients, None]).astype(int)
         pick = self.order[self.first[clients, None] + pick]  # (n, batch)
         a, w = self.features[pick], x.reshape(len(clients), -1, self.n_classes)
-        p = _softmax(a @ w)  # (n, batch, classes)
-        np.put_along_axis(p, self.labels[pick][..., None], np.take_along_axis(p, self.labels[pick][..., None], 2) - 1.0, 2)
-        return (a.swapaxes(1, 2) @ p / self.batch + self.l2 * w).reshape(x.shape)
+        miss = _softmax(a @ w) - self.truth[pick]  # (n, batch, classes)
+        return (a.swapaxes(1, 2) @ miss / self.batch + self.l2 * w).reshape(x.shape)
 
     def loss(self, x) -> float:
         p = _softmax(self.features @ x.reshape(-1, self.n_classes))[np.arange(len(self.labels)), self.labels]
