@@ -35,7 +35,7 @@ pages: $(STAMP)
 	$(PYTEST) -p lib.book.nbval_myst --nbval-lax --nbval-cell-timeout 180 chapters
 
 browser: $(STAMP)
-	$(PYTEST) tests/browser -rs
+	$(PYTEST) --dist load tests/browser -rs
 
 # The claims for other seeds: make seeds SEEDS="0 1 2 7"
 SEEDS ?= 0 1 2
