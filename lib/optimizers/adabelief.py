@@ -84,5 +84,6 @@ class AdaBelief(Optimizer):
         else:
             step_size, outside = step_size * root, eps * root  # m / (sqrt(s) / c + eps) = c m / (sqrt(s) + c eps)
         scale = torch._foreach_sqrt(s)
-        torch._foreach_add_(scale, outside)
+        if math.sqrt(eps) >= torch.finfo(params[0].dtype).eps / 8:  # else s >= eps makes this sum round to its first term
+            torch._foreach_add_(scale, outside)
         torch._foreach_addcdiv_(params, m, scale, -step_size)

@@ -17,6 +17,7 @@ BREAKS = [
      "        surprise = torch._foreach_sub(grads, m)\n        average_(m, grads, beta1)  # m_t"),
     ("update has the wrong sign", MODULE, "addcdiv_(params, m, scale, -step_size)", "addcdiv_(params, m, scale, step_size)"),
     ("eps does not stay in the state", MODULE, "torch._foreach_add_(s, eps)  #", "s = torch._foreach_add(s, eps)  #"),
+    ("eps outside the root forgotten", MODULE, "if math.sqrt(eps) >= torch.finfo(params[0].dtype).eps / 8:", "if False:"),
     ("no bias correction of m", MODULE, "lr / bias_correction(beta1, batch.step)", "lr"),
     ("root of the correction forgotten", MODULE, "math.sqrt(bias_correction(beta2, batch.step))",
      "bias_correction(beta2, batch.step)"),
@@ -160,6 +161,14 @@ def test_centring_at_the_old_average_would_scale_the_step_by_beta1():
         m = 0.9 * m + 0.1 * row
         old.append(m / (1 - 0.9**t) / np.sqrt(s / (1 - 0.999**t)))
     np.testing.assert_allclose(np.array(old), 0.9 * path(g), rtol=1e-10)
+
+
+@pytest.mark.parametrize(("dtype", "eps"), [(torch.float32, 1e-16), (torch.bfloat16, 1e-7)])
+def test_the_eps_that_is_left_out_would_round_away(dtype, eps):
+    """Where the module skips the sum sqrt(s) + eps, the sum is sqrt(s), for the smallest s there can be and all above."""
+    s = torch.cat([torch.tensor([eps], dtype=dtype), torch.logspace(math.log10(eps), 0, 2000, dtype=torch.float64).to(dtype)])
+    assert math.sqrt(eps) < torch.finfo(dtype).eps / 8
+    assert torch.equal(s.sqrt() + eps, s.sqrt())
 
 
 def test_amsgrad_keeps_the_largest_scale():
