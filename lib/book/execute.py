@@ -4,6 +4,7 @@
 module or a file that it read in its last run, its registry row, the installed versions of the pinned packages, or BOOK_SEED changed.
 """
 import concurrent.futures as futures
+import contextlib
 import copy
 import functools
 import hashlib
@@ -13,6 +14,7 @@ import multiprocessing
 import os
 import platform
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -82,10 +84,32 @@ def manifests() -> dict:
 
 
 def _cache():
+    """The store of executed notebooks; one that a killed process left half made is thrown away."""
     from jupyter_cache import get_cache
 
     CACHE.mkdir(parents=True, exist_ok=True)
-    return get_cache(CACHE)
+    try:
+        cache = get_cache(CACHE)
+        cache.list_cache_records()
+    except RuntimeError:
+        shutil.rmtree(CACHE)
+        CACHE.mkdir()
+        cache = get_cache(CACHE)
+    return cache
+
+
+@contextlib.contextmanager
+def _alone():
+    """One build at a time: a second one waits for the first."""
+    try:
+        import fcntl
+    except ImportError:               # not on Windows, where nobody guards against a second build
+        yield
+        return
+    BUILD.mkdir(exist_ok=True)
+    with open(BUILD / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _fresh(key, notebook, cache) -> bool:
@@ -160,6 +184,11 @@ def over_budget(key, record) -> str | None:
 
 def execute(keys=None, workers=WORKERS, log=print) -> list:
     """Run the stale ones among `keys` (all pages by default); returns the keys that ran. Raises PageError after all have been tried."""
+    with _alone():
+        return _execute(keys, workers, log)
+
+
+def _execute(keys, workers, log):
     cache = _cache()
     notebooks = {key: read(page_path(key)) for key in (all_keys() if keys is None else keys)}
     stale = {key: nb for key, nb in notebooks.items() if not _fresh(key, nb, cache)}

@@ -15,7 +15,7 @@ def main(argv=None):
     toc = out / "_toc.yml"
     toc.write_text(f"format: jb-book\nroot: chapters/{keys[0]}\n")
     # no -W: references to pages that this build leaves out cannot be resolved, and say so
-    done = subprocess.run([sys.executable, "-m", "jupyter_book", "build", str(ROOT), "--toc", str(toc), "--path-output", str(out), "-q"],
+    done = subprocess.run([sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(ROOT), "--toc", str(toc), "--path-output", str(out), "-q"],
                           cwd=ROOT, stderr=subprocess.PIPE, text=True)
     lines = [line for line in done.stderr.splitlines() if not re.search(r"myst\.xref_missing|not in any toctree|toc\.not_readable", line)]
     print("\n".join(lines), file=sys.stderr)
