@@ -131,6 +131,7 @@ def setup(app):
     app.connect("env-updated", remember)
     app.connect("html-page-context", finish_page, priority=901)
     app.connect("build-finished", export_notebooks)
+    app.set_html_assets_policy("always")      # MathJax comes with the first page and is cached: later pages stay small
     app.add_css_file("book.css")
     app.add_js_file("book.js", loading_method="defer")
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -55,7 +55,7 @@ def test_registry_has_no_abstracts():
 
 @pytest.mark.parametrize("change, message", [
     (("year: 2021", "yeer: 2021"), "quantization_survey"),
-    (("status: page", "status: done"), "expected one of"),
+    (("  status: page", "  status: done"), "expected one of"),
     (("- key: number_formats/lmul", "- key: number_formats/quantization_survey"), "two rows"),
     (("- key: number_formats/lmul", "- key: nowhere/lmul"), "which no part has"),
 ])
@@ -130,7 +130,7 @@ def test_sections_are_there_and_in_order(paper):
 def test_page_has_what_a_page_has(paper):
     text = text_of(paper)
     assert "TODO" not in text
-    assert 150 <= text.count("\n") <= 350
+    assert 150 <= text.split("---\n", 2)[2].count("\n") <= 350, "lines below the front matter"
     assert f"../../lib/{paper.chapter}/" in text and "{literalinclude}" in text
     assert re.search(r"\{prf:(definition|theorem|proposition|lemma|algorithm)\}", text)
     assert text.count("{exercise}") >= 3 and text.count("{exercise}") == text.count("{solution}")
@@ -145,6 +145,15 @@ def test_code_cells_are_short_and_figures_go_through_show(paper):
         assert cell.source.count("\n") + 1 <= 12, f"a cell of more than 12 lines:\n{cell.source}"
         assert "plt.show" not in cell.source and "%matplotlib" not in cell.source and "savefig" not in cell.source
         assert not re.search(r"^\s*[!%]?\s*pip install", cell.source, re.M)
+
+
+@pytest.mark.parametrize("paper", PAGES, ids=ids(PAGES))
+def test_first_figure_is_in_the_first_screen(paper):
+    """Code before it is folded away, and there is little prose."""
+    before = text_of(paper).split("## The problem")[1].split("\nshow(")[0]
+    assert before.count("```{code-cell} ipython3\n") == before.count(":tags: [hide-input]"), "tag the cells up to the first figure hide-input"
+    prose = re.sub(r"^```.*?(^```|\Z)", "", before, flags=re.S | re.M)
+    assert len(prose.split()) <= 130, f"{len(prose.split())} words before the first figure"
 
 
 @pytest.mark.parametrize("paper", PAGES, ids=ids(PAGES))
