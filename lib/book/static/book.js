@@ -30,6 +30,10 @@ document.addEventListener("DOMContentLoaded", () => {
   document.querySelectorAll(".theme-switch-button").forEach((b) => { quiet(b); new MutationObserver(() => quiet(b)).observe(b, { childList: true, subtree: true }); });
   document.querySelectorAll('[role="doc-biblioentry"]').forEach((e) => e.setAttribute("role", "listitem"));
   document.querySelectorAll('.citation-list [role="doc-backlink"]').forEach((e) => e.removeAttribute("role"));
+  document.querySelectorAll(".bd-sidebar-primary details > summary, .sidebar-primary__section details > summary").forEach((s) => {
+    const link = s.closest("li")?.querySelector("a");
+    if (!s.innerText.trim()) s.setAttribute("aria-label", `Pages of ${link ? link.innerText.trim() : "this chapter"}`);
+  });
   const logo = document.querySelector(".sidebar-primary-items__start > .sidebar-primary-item:first-child");
   if (logo && !logo.closest("nav,header,aside")) { logo.setAttribute("role", "region"); logo.setAttribute("aria-label", "Book title"); }
   // A region that scrolls sideways must be reachable by keyboard.
