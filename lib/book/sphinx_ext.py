@@ -11,7 +11,7 @@ from docutils import nodes
 from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
-from . import execute, registry, views
+from . import bench, execute, registry, views
 from .paths import BUILD, CACHE, ROOT, page_path
 
 STATIC = Path(__file__).parent / "static"
@@ -41,7 +41,8 @@ def _state(app, docname) -> str:
     record = execute.manifest(key) if docname.startswith("chapters/") else None
     parts = [record["fingerprint"] if record else ""]
     for kind in sorted(getattr(app.env, "book_views", {}).get(docname, ())):
-        parts.append(registry.FILE.read_text() if kind == "registry" else json.dumps(execute.manifests(), sort_keys=True))
+        parts.append({"registry": registry.FILE.read_text, "verdicts": lambda: json.dumps(execute.manifests(), sort_keys=True),
+                      "bench": lambda: json.dumps(bench.load())}[kind]())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -95,7 +96,7 @@ def export_notebooks(app, error):
 
 
 class View(SphinxDirective):
-    """A part of a page that is made from the registry or from the verdicts; {bookmap}, {papers}, {pages}, {scorecard}, {times}."""
+    """A part of a page that is made from the registry or from the verdicts; {bookmap}, {papers}, {pages}, {scorecard}, {times}, {bench}."""
     has_content = False
     optional_arguments = 1
 

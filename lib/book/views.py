@@ -6,6 +6,7 @@ import html
 import re
 from collections import Counter
 
+from . import bench as _bench
 from . import execute, registry
 from .claims import FAIL, NOT_TESTED, PASS, _math
 from .paths import page_path
@@ -113,4 +114,17 @@ def times(to) -> str:
     return f'<div class="table-scroll"><table class="times">{head}<tbody>{rows}</tbody></table></div>'
 
 
-VIEWS = {"bookmap": (bookmap, "registry"), "papers": (papers, "registry"), "pages": (pages, "registry"), "scorecard": (scorecard, "verdicts"), "times": (times, "verdicts")}
+def bench(to, chapter=None) -> str:
+    """The committed benchmark table (of one chapter), with the machine it was measured on."""
+    out = []
+    for name, record in _bench.load().items():
+        if chapter in (None, name):
+            rows = "".join(f"<tr><td>{html.escape(what)}</td><td>{number:.4g} {html.escape(unit)}</td><td>{html.escape(note)}</td></tr>" for what, number, unit, note in record["rows"])
+            where = ", ".join(f"{k} {v}" for k, v in record["machine"].items())
+            out.append(f'<div class="table-scroll"><table class="times"><thead><tr><th>{html.escape(registry.load().chapters[name].title)}</th><th>Measured</th><th>Note</th></tr></thead>'
+                       f"<tbody>{rows}</tbody></table></div><p><small>Measured on: {html.escape(where)}.</small></p>")
+    return "".join(out) or "<p>Nothing has been measured yet: run <code>make bench</code>.</p>"
+
+
+VIEWS = {"bookmap": (bookmap, "registry"), "papers": (papers, "registry"), "pages": (pages, "registry"), "scorecard": (scorecard, "verdicts"), "times": (times, "verdicts"),
+         "bench": (bench, "bench")}

@@ -1,0 +1,20 @@
+"""Frequency protocols at the size that the issue of scale is about: a million users, a thousand values, one core."""
+import time
+
+import numpy as np
+
+from lib.privacy.modular_subset_selection import ModularSubsetSelection
+from lib.privacy.oracles import SS
+
+
+def rows():
+    n, k = 1_000_000, 1024
+    values = np.random.default_rng(0).integers(0, k, n)
+    for name, oracle in (("ModularSubsetSelection, 4 moduli", ModularSubsetSelection(k, 1.0, (967, 971, 977, 983))), ("subset selection", SS(k, 1.0))):
+        for label, work in (("perturb", lambda: oracle.privatize(values, np.random.default_rng(1))), ("estimate", lambda: oracle.estimate(reports))):
+            start = time.process_time()
+            result = work()
+            spent = time.process_time() - start
+            if label == "perturb":
+                reports = result
+            yield f"{name}: {label}", spent, "CPU s", f"n = {n}, k = {k}, ε = 1"
