@@ -61,6 +61,12 @@ def fractions(n: int) -> Callable[[str, object], None]:
     return check
 
 
+def count(name: str, value) -> None:
+    """`ValueError` unless value is an int >= 0: a number of rounds or steps."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{name} must be an int >= 0, got {value!r}")
+
+
 def flag(name: str, value) -> None:
     """`TypeError` unless value is True or False."""
     if not isinstance(value, bool):
