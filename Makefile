@@ -43,7 +43,7 @@ seeds: $(STAMP)
 	$(PY) -m lib.book.run --seeds "$(SEEDS)"
 
 serve: $(STAMP)
-	JUPYTER_CONFIG_PATH=$(CURDIR)/lib/book/jupyter $(BIN)/jupyter lab chapters
+	JUPYTER_CONFIG_PATH=$(CURDIR)/lib/book/jupyter $(BIN)/jupyter lab --LabApp.default_url=/lab/tree/chapters/index.md
 
 page: $(STAMP)
 	@test -n "$(P)" || (echo "usage: make page P=chapter/slug" && exit 2)

@@ -19,3 +19,8 @@ def pytest_collection_modifyitems(items):
     if not there:
         for item in marked:
             item.add_marker(pytest.mark.skip(reason=f"no GPU: {why}"))
+
+
+def pytest_make_parametrize_id(val):
+    """Functions and classes by name: the default shows their address, which differs between the workers."""
+    return val.__name__ if callable(val) and hasattr(val, "__name__") else None

@@ -173,6 +173,7 @@ def test_saving_the_page_in_jupyter_leaves_it_unchanged(paper):
     path = CHAPTERS / f"{paper.key}.md"
     config = jupytext.config.load_jupytext_configuration_file(str(ROOT / "jupytext.toml"))
     notebook = jupytext.read(path, config=config)
+    assert path.read_text(encoding="utf8").startswith(scaffold._FRONT), "the front matter is what JupyterLab writes"
     # a saved notebook carries its kernel's language_info and, after a run, execution counts: neither may reach the file
     notebook.metadata["language_info"] = {"name": "python", "version": "3.11"}
     for number, cell in enumerate((c for c in notebook.cells if c.cell_type == "code"), 1):
