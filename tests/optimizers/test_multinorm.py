@@ -13,8 +13,8 @@ from tests.optimizers.conformance import NAN, Conformance, same, set_grads, snap
 MODULE = "lib/optimizers/multinorm.py"
 MATRICES = "lib/optimizers/matrices.py"
 BREAKS = [
-    ("the factors of rows and columns are exchanged", MATRICES, "keepdim=True), math.sqrt(X.shape[-1]))",
-     "keepdim=True), math.sqrt(X.shape[-2]))"),
+    ("columns get the factor of rows", MATRICES, "keepdim=True), math.sqrt(X.shape[-2]))", "keepdim=True), math.sqrt(X.shape[-1]))"),
+    ("rows get the factor of columns", MATRICES, "keepdim=True), math.sqrt(X.shape[-1]))", "keepdim=True), math.sqrt(X.shape[-2]))"),
     ("columns before rows", MODULE, "        for norm in norms:\n            X =", "        for norm in reversed(norms):\n            X ="),
     ("one round only", MODULE, "for _ in range(rounds):", "for _ in range(min(rounds, 1)):"),
     ("step has the wrong sign", MODULE, 'alpha=-group["lr"]', 'alpha=group["lr"]'),
@@ -136,6 +136,14 @@ def test_invariance_to_the_scales_of_rows_and_columns():
         torch.testing.assert_close(multinormalize(D * G, rounds=rounds), multinormalize(G, rounds=rounds), rtol=1e-12, atol=1e-12)
     assert (multinormalize(G * E, rounds=1) - multinormalize(G, rounds=1)).norm() > 1e-2
     torch.testing.assert_close(multinormalize(D * G * E, rounds=200), multinormalize(G, rounds=200), rtol=1e-9, atol=1e-9)
+
+
+def test_one_norm_alone_is_normalized_descent():
+    p = torch.zeros(4, 9, dtype=torch.float64, requires_grad=True)
+    opt = MNGD([p], lr=0.5, norms=("row",), rounds=3)
+    p.grad = gaussian(4, 9)
+    opt.step()
+    torch.testing.assert_close(p.detach(), -0.5 * 3.0 * p.grad / p.grad.norm(dim=1, keepdim=True), rtol=1e-12, atol=1e-12)
 
 
 def test_rank_one_becomes_its_sign():
