@@ -101,7 +101,7 @@ def test_affine_range_is_the_observers():
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("spec", [dict(), dict(full=True), dict(symmetric=False), dict(per="channel"), dict(per="group", group=8), dict(per="token")],
-                         ids=str)
+                         ids=lambda v: getattr(v, "__name__", str(v)))
 def test_error_is_at_most_half_a_step(bits, spec):
     for seed in range(5):
         x = draws(960, seed).view(12, 80)
@@ -206,7 +206,7 @@ def test_training_moves_the_weights_behind_the_grid():
 
 # ---------------------------------------------------------------- ranges
 
-@pytest.mark.parametrize("spec", [dict(bits=3), dict(bits=4, symmetric=False), dict(bits=2, full=True)], ids=str)
+@pytest.mark.parametrize("spec", [dict(bits=3), dict(bits=4, symmetric=False), dict(bits=2, full=True)], ids=lambda v: getattr(v, "__name__", str(v)))
 def test_mse_range_is_the_best_of_its_candidates(spec):
     x = draws(2000, 5).view(4, 500)
     got = Uniform(per="channel", clip="mse", **spec)
@@ -435,7 +435,7 @@ def test_nan_and_inf_are_refused_everywhere(bad):
     (dict(bits=4, per="row"), "per must be tensor, channel, group or token, was 'row'"),
     (dict(bits=4, per="group"), "group must be a positive int"), (dict(bits=4, per="group", group=0), "was 0"),
     (dict(bits=4, group=8), "was 8 with per='tensor'"), (dict(bits=4, full=True, symmetric=False), "full=True is a choice"),
-    (dict(bits=4, clip="max"), "clip must be one of minmax, percentile, mse or a function, was 'max'")], ids=str)
+    (dict(bits=4, clip="max"), "clip must be one of minmax, percentile, mse or a function, was 'max'")], ids=lambda v: getattr(v, "__name__", str(v)))
 def test_a_bad_description_is_refused(kwargs, says):
     with pytest.raises(ValueError, match=says):
         Uniform(**kwargs)

@@ -68,7 +68,7 @@ PAIRS = [(peer, o) for o in OPTIONS for peer in (authors, pytorch_optimizer)
          if not (peer is authors and o.get("amsgrad") and o.get("rectify"))]
 
 
-@pytest.mark.parametrize(("peer", "options"), PAIRS, ids=str)
+@pytest.mark.parametrize(("peer", "options"), PAIRS, ids=lambda v: getattr(v, "__name__", str(v)))
 def test_parity_over_100_steps(peer, options):
     ours, theirs = tensors(), tensors()
     opt, other = AdaBelief(ours, lr=0.01, **options), peer(theirs, lr=0.01, **options)

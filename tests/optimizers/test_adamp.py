@@ -102,7 +102,7 @@ KINDS = [("adamp", AdamP, {}), ("adamp", AdamP, {"weight_decay": 0.2, "nesterov"
          ("sgdp", SGDP, {"nesterov": True, "weight_decay": 0.05, "momentum": 0.5}), ("sgdp", SGDP, {"momentum": 0.0, "delta": 0.3})]
 
 
-@pytest.mark.parametrize(("kind", "method", "options"), KINDS, ids=str)
+@pytest.mark.parametrize(("kind", "method", "options"), KINDS, ids=lambda v: getattr(v, "__name__", str(v)))
 def test_transcription_over_60_steps(kind, method, options):
     params = tensors(shapes=SHAPES)
     expected, projected = naive([p.detach().numpy() for p in params], numpy_grads, kind, 0.01, 60, **options)
@@ -129,7 +129,7 @@ PEERS = [(authors, m, o) for _, m, o in KINDS if m is AdamP or o.get("nesterov")
 PEERS += [(pytorch_optimizer, m, o if m is SGDP else o | {"eps": 1e-16}) for _, m, o in KINDS]
 
 
-@pytest.mark.parametrize(("peer", "method", "options"), PEERS, ids=str)
+@pytest.mark.parametrize(("peer", "method", "options"), PEERS, ids=lambda v: getattr(v, "__name__", str(v)))
 def test_parity_over_100_steps(peer, method, options):
     ours, theirs = tensors(shapes=SHAPES), tensors(shapes=SHAPES)
     opt, other = method(ours, lr=0.01, **options), peer(method.__name__, theirs, lr=0.01, **{"momentum": 0.9} | options if method is SGDP else options)

@@ -54,7 +54,7 @@ OPTIONS = [{}, {"weight_decay": 0.3}, {"weight_decay": 0.3, "proximal": False}, 
            {"betas": (0.9, 0.0, 0.99)}, {"betas": (0.0, 0.9, 0.99), "weight_decay": 0.1}, {"lr": 0.1, "betas": (0.5, 0.99, 0.9)}]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda v: getattr(v, "__name__", str(v)))
 def test_parity_over_100_steps(options):
     """All options but `maximize`: the peer stores g_{-1} before it flips the sign, so its first difference is then -2 g_1."""
     ours, theirs = tensors(), tensors()
@@ -70,7 +70,7 @@ def test_parity_over_100_steps(options):
         assert p.numel() == 0 or (p - p0).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda v: getattr(v, "__name__", str(v)))
 def test_transcription_over_60_steps(options):
     params = tensors()
     start, gradients = [p.detach().numpy().copy() for p in params], []
