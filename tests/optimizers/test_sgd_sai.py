@@ -54,6 +54,9 @@ class TestConformanceNormalised(Conformance):
         for t in range(4):
             set_grads([early, late] if t == 3 else [early], t + 9)
             opt.step()
+            if t == 0:
+                first = opt.state[early]["g_snr"]
+        assert opt.state[early]["g_snr"] == first  # measured once, also when another tensor starts
         assert opt.state[early]["step"] == 4 and opt.state[late]["step"] == 1
         assert opt.state[early]["largest"] == opt.state[late]["largest"] == opt.state[early]["g_snr"] > opt.state[late]["g_snr"]
 
