@@ -74,6 +74,6 @@ class SGDSaI(Optimizer):
         if mu != 0.0:
             m = batch.state["m"]
             average_(m, batch.grads, mu if batch.step > 1 else 0.0)  # m_1 = g_1: an average that starts full
-        states = [self.state[p] for p in batch.params]
-        factors = [-lr * s["g_snr"] / (s["largest"] if group["normalise"] else 1.0) for s in states]
-        torch._foreach_add_(batch.params, torch._foreach_mul(m, factors))
+        for p, m_i in zip(batch.params, m, strict=True):  # torch adds lists with one factor for all; here each has its own
+            state = self.state[p]
+            p.add_(m_i, alpha=-lr * state["g_snr"] / (state["largest"] if group["normalise"] else 1.0))

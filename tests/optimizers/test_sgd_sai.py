@@ -15,7 +15,7 @@ BREAKS = [
     ("the average starts at zero", MODULE, "mu if batch.step > 1 else 0.0", "mu"),
     ("decay is scaled too", MODULE, 'decay_(batch.params, lr, group["weight_decay"])',
      '[decay_([p], lr, group["weight_decay"] * self.state[p]["g_snr"]) for p in batch.params]'),
-    ("always normalised", MODULE, 's["largest"] if group["normalise"] else 1.0', 's["largest"]'),
+    ("always normalised", MODULE, 'state["largest"] if group["normalise"] else 1.0', 'state["largest"]'),
     ("divided by the smallest", MODULE, 'largest = max(state', 'largest = min(state'),
     ("equal entries are not special", MODULE, "if d < 2 or bool((grad == grad.flatten()[0]).all()):", "if d < 1:"),
 ]
