@@ -13,7 +13,8 @@ def main(argv=None):
     out = BUILD / "page"
     out.mkdir(parents=True, exist_ok=True)
     toc = out / "_toc.yml"
-    toc.write_text(f"format: jb-book\nroot: chapters/{keys[0]}\n")
+    # the bibliography comes along: citations resolve to it
+    toc.write_text(f"format: jb-book\nroot: chapters/{keys[0]}\nchapters:\n  - file: chapters/bibliography\n")
     # no -W: references to pages that this build leaves out cannot be resolved, and say so
     done = subprocess.run([sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(ROOT), "--toc", str(toc), "--path-output", str(out), "-q"],
                           cwd=ROOT, stderr=subprocess.PIPE, text=True)
