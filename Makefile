@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dis
 BUILD  := $(BIN)/jupyter-book build . -W -n --keep-going
 export PYTHONHASHSEED := 0
 
-.PHONY: setup book test quick unit breaks pages browser seeds serve page new bench clean
+.PHONY: setup book test quick unit breaks pages browser seeds serve page new race bench clean
 
 setup: $(STAMP)
 $(STAMP): requirements.txt tests/requirements.txt pyproject.toml
@@ -57,6 +57,10 @@ page: $(STAMP)
 new: $(STAMP)
 	@test -n "$(P)" || (echo "usage: make new P=chapter/slug" && exit 2)
 	$(PY) -m lib.book.scaffold $(P)
+
+# A quarter of an hour: the results that chapters/optimizers/race.md shows.
+race: $(STAMP)
+	$(PY) data/race_optimizers.py
 
 bench: $(STAMP)
 	$(PY) -m lib.book.bench

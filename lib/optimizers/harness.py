@@ -193,6 +193,8 @@ def run_once(problem: Problem, method, lr: float, seed: int, steps: int, schedul
     model = problem.init(torch.Generator().manual_seed(2 * seed))
     batches = torch.Generator().manual_seed(2 * seed + 1)
     optimizer, losses = method(list(model.named_parameters()), lr=lr), []
+    if hasattr(optimizer, "watch"):  # MKOR looks at the inputs of layers, so it is shown the model
+        optimizer.watch(model)
     rates = [group["lr"] for group in optimizer.param_groups]
     for t in range(steps):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -203,7 +205,11 @@ def run_once(problem: Problem, method, lr: float, seed: int, steps: int, schedul
         if not math.isfinite(losses[-1]):
             break
         loss.backward()
-        optimizer.step()
+        try:
+            optimizer.step()
+        except FloatingPointError:  # a method that notices by itself that its state is no longer finite
+            losses.append(math.inf)
+            break
     model.eval()
     with torch.no_grad():
         score = problem.evaluate(model) if math.isfinite(losses[-1]) else math.inf

@@ -10,6 +10,15 @@ from lib.book.registry import load
 # registry symbol -> (options of ours, name in pytorch_optimizer or None, its options)
 METHODS = {
     "AdaBelief": ({}, "AdaBelief", {"rectify": False}),
+    "Adan": ({}, "Adan", {}),
+    "AdamP": ({}, "AdamP", {}),
+    "SGDP": ({}, "SGDP", {}),
+    "DiffGrad": ({}, "DiffGrad", {}),
+    "Lion": ({}, "Lion", {}),
+    "SGDSaI": ({}, "SGDSaI", {}),
+    "FRUGAL": ({}, None, {}),
+    "SinkGD": ({}, None, {}),
+    "AuON": ({}, None, {}),
 }
 
 

@@ -134,3 +134,23 @@ def test_language_never_reads_its_own_answer():
     model = problem.init(gen()).eval()
     assert problem.evaluate(model) == pytest.approx(math.log(512), abs=0.3)  # an untrained model knows nothing
     assert harness.constant_rate(0.3) == 1.0
+
+
+def test_a_method_that_gives_up_scores_infinity():
+    """As MKOR does when a factor is no longer finite; the run ends, the race goes on."""
+    class GivesUp(torch.optim.SGD):
+        def step(self, closure=None):
+            raise FloatingPointError("not finite")
+    score, losses, _ = run_once(quadratic(), GivesUp, 0.1, seed=0, steps=5)
+    assert score == math.inf and losses[-1] == math.inf and len(losses) == 2
+
+
+def test_a_method_that_watches_is_shown_the_model():
+    shown = []
+
+    class Watching(torch.optim.SGD):
+        def watch(self, model):
+            shown.append(type(model))
+            return self
+    run_once(quadratic(), Watching, 0.1, seed=0, steps=1)
+    assert shown == [Weights]
