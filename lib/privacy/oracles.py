@@ -12,8 +12,8 @@ Every oracle here is "pure": a report supports the user's own value with probabi
 | p, q | `p`, `q` | support probabilities |
 | f | `estimate(...)` | (k,) |
 
-GRR (Kairouz et al., 2016), SS (Wang et al., 2016; Ye and Barg, 2018), OUE (Wang et al., 2017). Randomness: pass a generator to repeat an experiment; without one, 128 bits from the
-operating system seed a fresh one. A deployment needs a cryptographic generator; numpy's are not.
+GRR (Kairouz et al., 2016), SS (Wang et al., 2016; Ye and Barg, 2018), OUE (Wang et al., 2017). Randomness: pass a generator to repeat an experiment; without one, ChaCha20 with a fresh
+256-bit key of the operating system. numpy's own generators are no protection: from a few hundred outputs the next ones can be computed.
 """
 import itertools
 import math
@@ -52,9 +52,10 @@ def check_values(values, k) -> np.ndarray:
 
 
 def check_rng(rng) -> np.random.Generator:
-    """The generator that was passed, or a fresh one from the operating system's entropy."""
+    """The generator that was passed, or a fresh cryptographic one: ChaCha20 with a key from the operating system."""
     if rng is None:
-        return np.random.default_rng(secrets.randbits(128))
+        from randomgen import ChaCha                        # only where people are protected: a passed generator needs no package
+        return np.random.Generator(ChaCha(key=secrets.randbits(256), rounds=20))
     if not isinstance(rng, np.random.Generator):
         raise TypeError(f"rng={rng!r}: expected a numpy.random.Generator or None")
     return rng
