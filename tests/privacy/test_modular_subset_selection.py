@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from lib.privacy.modular_subset_selection import ModularSubsetSelection, Reports, check_moduli, search_moduli
-from lib.privacy.oracles import GRR, OUE, SS, subset_probabilities, worst_ratio
+from lib.privacy.oracles import GRR, OUE, SS, SUE, flip_bits, subset_probabilities, worst_ratio
 from lib.privacy.subsets import force, uniform_subsets
 
 BREAKS = [
@@ -35,6 +35,7 @@ def channels():
         yield GRR(6, eps), eps
         yield SS(7, eps), eps
         yield OUE(5, eps), eps
+        yield SUE(5, eps), eps
         for k, moduli in ((12, (4, 5, 7)), (20, (4, 5, 9)), (6, (2, 3, 5)), (9, (9,))):
             yield ModularSubsetSelection(k, eps, moduli), eps
 
@@ -95,7 +96,7 @@ def test_forcing_an_element_leaves_the_rest_uniform():
         assert stats.chisquare(observed).pvalue > FAILURE
 
 
-@pytest.mark.parametrize("oracle", [SS(6, 1.0), GRR(5, 0.7), OUE(4, 1.0), ModularSubsetSelection(6, 0.8, (4, 5))], ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize("oracle", [SS(6, 1.0), GRR(5, 0.7), OUE(4, 1.0), SUE(4, 1.3), ModularSubsetSelection(6, 0.8, (4, 5))], ids=lambda o: type(o).__name__)
 def test_the_sampler_follows_the_channel(oracle):
     """Reports drawn for each value against the enumerated probabilities: what is proved private is what is sent."""
     rng, n, channel = np.random.default_rng(5), 40_000, oracle.channel()
@@ -103,7 +104,7 @@ def test_the_sampler_follows_the_channel(oracle):
         reports = oracle.privatize(np.full(n, x), rng)
         if isinstance(oracle, GRR):
             observed = np.bincount(reports, minlength=oracle.k)
-        elif isinstance(oracle, OUE):
+        elif isinstance(oracle, (OUE, SUE)):
             observed = np.bincount(reports @ (1 << np.arange(oracle.k)[::-1]), minlength=2**oracle.k)
         else:
             groups = [reports] if isinstance(oracle, SS) else reports.subsets
@@ -128,7 +129,7 @@ def test_estimates_of_expected_counts_are_the_frequencies():
     assert np.allclose(np.concatenate(s), A @ f, atol=1e-12)
 
 
-@pytest.mark.parametrize("make", [lambda: SS(16, 1.0), lambda: GRR(16, 1.0), lambda: OUE(16, 1.0)], ids=["SS", "GRR", "OUE"])
+@pytest.mark.parametrize("make", [lambda: SS(16, 1.0), lambda: GRR(16, 1.0), lambda: OUE(16, 1.0), lambda: SUE(16, 1.0)], ids=["SS", "GRR", "OUE", "SUE"])
 def test_oracles_are_unbiased_with_the_stated_variance(make):
     oracle, rng, n, trials = make(), np.random.default_rng(7), 2_000, 400
     values = rng.integers(0, 4, n)                                        # four heavy values, twelve absent ones
@@ -238,13 +239,40 @@ def test_predicted_error_is_the_measured_one():
     assert 0.8 < mse / oracle.predicted_mse(n) < 1.25
 
 
-def test_oue_aggregate_sampling_has_the_law_of_reports():
-    oracle, rng = OUE(6, 1.0), np.random.default_rng(12)
+@pytest.mark.parametrize("make", [OUE, SUE, GRR])
+def test_aggregate_sampling_has_the_law_of_reports(make):
+    oracle, rng = make(6, 1.0), np.random.default_rng(12)
     values = np.repeat(np.arange(3), [50, 30, 20])
     direct = np.array([oracle.supports(oracle.privatize(values, rng))[0] for _ in range(2000)])
     sampled = np.array([oracle.sample_supports(np.bincount(values, minlength=6), rng)[0] for _ in range(2000)])
     for v in range(6):
         assert stats.ks_2samp(direct[:, v], sampled[:, v]).pvalue > FAILURE
+
+
+@pytest.mark.parametrize("p, q", [(0.5, 0.27), (1.0, 0.0), (255.5 / 256, 0.9 / 256), (0.1, 0.9), (0.999, 0.998)])
+def test_bits_are_flipped_with_the_stated_probabilities(p, q):
+    """Also where the byte is tied and a double decides: without it 0.9/256 would be 0, and 255.5/256 some twenty-five standard deviations less."""
+    n = 400_000
+    bits = np.zeros((n, 3), bool)
+    bits[:, 1] = True
+    before = bits.copy()
+    got = flip_bits(np.random.default_rng(15), bits, p, q)
+    assert np.array_equal(bits, before)
+    for column, rate in zip(got.T, (q, p, q)):
+        assert abs(column.sum() - n * rate) <= stats.norm.isf(FAILURE / 2) * math.sqrt(n * rate * (1 - rate))
+    if 0 < q < p < 1:
+        assert abs(np.corrcoef(got[:, 0], got[:, 2])[0, 1]) < stats.norm.isf(FAILURE / 2) / math.sqrt(n)       # columns are independent
+
+
+@pytest.mark.parametrize("make", [GRR, SS, OUE, SUE])
+def test_collecting_in_batches_is_one_estimate(make):
+    """Batches draw other random numbers, so the two are compared through the exact standard deviation; one batch is the plain estimate."""
+    oracle, n = make(9, 2.0), 30_000
+    values = np.arange(n) % 9 % 4
+    f = np.bincount(values, minlength=9) / n
+    assert np.array_equal(oracle.collect(values, np.random.default_rng(3), batch=n), oracle.estimate(oracle.privatize(values, np.random.default_rng(3))))
+    z = (oracle.collect(values, np.random.default_rng(4), batch=1000) - f) / np.sqrt(oracle.variance(n, f))
+    assert np.abs(z).max() < stats.norm.isf(FAILURE / 18)
 
 
 def test_search_finds_moduli_that_qualify():
@@ -282,14 +310,14 @@ class Untouchable(np.random.Generator):
 
 @pytest.mark.parametrize("k", [1, 0, -3, 2.0, True, None])
 def test_bad_domain(k):
-    for make in (lambda: ModularSubsetSelection(k, 1.0, (5, 7)), lambda: GRR(k, 1.0), lambda: SS(k, 1.0), lambda: OUE(k, 1.0)):
+    for make in (lambda: ModularSubsetSelection(k, 1.0, (5, 7)), lambda: GRR(k, 1.0), lambda: SS(k, 1.0), lambda: OUE(k, 1.0), lambda: SUE(k, 1.0)):
         with pytest.raises(ValueError, match="k="):
             make()
 
 
 @pytest.mark.parametrize("epsilon", [0, -1.0, math.nan, math.inf, None, "1", True])
 def test_bad_epsilon(epsilon):
-    for make in (lambda: ModularSubsetSelection(10, epsilon, (5, 7)), lambda: GRR(10, epsilon), lambda: SS(10, epsilon), lambda: OUE(10, epsilon)):
+    for make in (lambda: ModularSubsetSelection(10, epsilon, (5, 7)), lambda: GRR(10, epsilon), lambda: SS(10, epsilon), lambda: OUE(10, epsilon), lambda: SUE(10, epsilon)):
         with pytest.raises(ValueError, match="epsilon="):
             make()
 
@@ -304,7 +332,7 @@ def test_bad_moduli(moduli, message):
 @pytest.mark.parametrize("values, error, message", [([0, 30], ValueError, "contains 30"), ([-1], ValueError, "contains -1"), ([0.5], TypeError, "integers"),
                                                     ([], (ValueError, TypeError), "values"), ([[1, 2]], ValueError, "shape"), ([np.nan], TypeError, "integers")])
 def test_bad_values_release_nothing(values, error, message):
-    for oracle in (ModularSubsetSelection(30, 1.0, (17, 19)), GRR(30, 1.0), SS(30, 1.0), OUE(30, 1.0)):
+    for oracle in (ModularSubsetSelection(30, 1.0, (17, 19)), GRR(30, 1.0), SS(30, 1.0), OUE(30, 1.0), SUE(30, 1.0)):
         with pytest.raises(error, match=message):
             oracle.privatize(values, Untouchable())
 
@@ -322,6 +350,21 @@ def test_bad_estimates():
         oracle.estimate(empty)
     with pytest.raises(TypeError, match="rng="):
         oracle.privatize([1, 2], rng=0)
+
+
+@pytest.mark.parametrize("reports, error, message", [(np.zeros((3, 4)), TypeError, "bool"), (np.zeros((3, 5), bool), ValueError, "shape"), (np.zeros((0, 4), bool), ValueError, "n >= 1"),
+                                                     (np.zeros(4, bool), ValueError, "shape")])
+def test_bad_bits(reports, error, message):
+    for oracle in (OUE(4, 1.0), SUE(4, 1.0)):
+        with pytest.raises(error, match=message):
+            oracle.estimate(reports)
+
+
+@pytest.mark.parametrize("counts, error", [([1, 2], ValueError), ([-1, 2, 3], ValueError), ([0, 0, 0], ValueError), ([0.5, 1, 2], TypeError), ([np.nan, 1, 1], TypeError)])
+def test_bad_counts(counts, error):
+    for oracle in (OUE(3, 1.0), GRR(3, 1.0)):
+        with pytest.raises(error, match="counts"):
+            oracle.sample_supports(counts, Untouchable())
 
 
 def test_without_a_generator_reports_differ():
