@@ -1,4 +1,4 @@
-# make book | test | serve | page P=chapter/slug | new P=chapter/slug | quick | seeds | bench | clean
+# make book | test | serve | page P=chapter/slug | new P=chapter/slug | quick | seeds | bench | bench-gpu | clean
 # Needs Python 3.11-3.13, make, and a C++ compiler (g++ or clang++; without one: pip install ziglang).
 PYTHON ?= python3
 VENV   ?= .venv
@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dis
 BUILD  := $(BIN)/jupyter-book build . -W -n --keep-going
 export PYTHONHASHSEED := 0
 
-.PHONY: setup book test quick unit breaks pages browser seeds serve page new race bench clean
+.PHONY: setup book test quick unit breaks pages browser seeds serve page new race bench bench-gpu clean
 
 setup: $(STAMP)
 $(STAMP): requirements.txt tests/requirements.txt pyproject.toml
@@ -64,6 +64,10 @@ race: $(STAMP)
 
 bench: $(STAMP)
 	$(PY) -m lib.book.bench
+
+# On a machine with an NVIDIA GPU and a torch that sees it: the kernels beside cuBLAS and SDPA; the pages show data/bench_gpu.json.
+bench-gpu: $(STAMP)
+	$(PY) -m lib.book.bench_gpu
 
 clean:
 	rm -rf _build .pytest_cache

@@ -16,6 +16,7 @@ _HOME = {
     "explore": "explorer",
     "show": "figures", "PALETTE": "figures", "MARKERS": "figures", "LINES": "figures",
     "card": "cards", "source": "cards",
+    "gpu_table": "bench_gpu",
 }
 __all__ = sorted(_HOME)
 
