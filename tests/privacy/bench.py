@@ -3,8 +3,9 @@ import time
 
 import numpy as np
 
+from lib.privacy.allomfree import LGRR, LOSUE
 from lib.privacy.modular_subset_selection import ModularSubsetSelection
-from lib.privacy.oracles import SS
+from lib.privacy.oracles import GRR, OUE, SS, SUE
 
 
 def rows():
@@ -18,3 +19,7 @@ def rows():
             if label == "perturb":
                 reports = result
             yield f"{name}: {label}", spent, "CPU s", f"n = {n}, k = {k}, ε = 1"
+    for name, oracle in (("randomized response", GRR(k, 1.0)), ("SUE", SUE(k, 1.0)), ("OUE", OUE(k, 1.0)), ("L-GRR, two rounds", LGRR(k, 2.0, 1.0)), ("L-OSUE, two rounds", LOSUE(k, 2.0, 1.0))):
+        start = time.process_time()
+        oracle.collect(values, np.random.default_rng(1))
+        yield f"{name}: perturb and count in batches", time.process_time() - start, "CPU s", f"n = {n}, k = {k}, ε = 1"
