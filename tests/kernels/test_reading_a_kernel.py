@@ -116,6 +116,7 @@ def test_occupancy_of_known_kernels():
     assert occupancy(A100, 256, 32, 48 * 1024).blocks == 3 and occupancy(H100, 256, 32, 48 * 1024).blocks == 4      # 49 KiB each of 164, of 228
     assert occupancy(A100, 1024, 64).blocks == 1 and occupancy(A100, 96, 32).warps == 63
     assert occupancy(A100, 33, 32).warps == 64                              # two warps, one of them with a single thread
+    assert occupancy(A100, 96, 33).blocks == 16                             # 48 warps in four partitions; one pool of registers would hold 51, and 17 blocks
     assert occupancy(A100, 1024, 40).warps == 32                            # 12 warps fit in each partition, 48 in all, and only whole blocks of 32 count
 
 
@@ -132,8 +133,9 @@ def test_roofline():
     with pytest.raises(ValueError, match="unit='fp64'"):
         roofline(A100, "fp64", 1.0)
     for bad in (0.0, -1.0, float("nan")):
-        with pytest.raises(ValueError, match="intensity="):
-            roofline(A100, "fp32", bad)
+        for given in (bad, np.array([1.0, bad])):
+            with pytest.raises(ValueError, match="intensity="):
+                roofline(A100, "fp32", given)
 
 
 def test_what_the_compiler_says_fits_the_data_sheets():
