@@ -58,7 +58,7 @@ def check_finite(name, x) -> np.ndarray:
 def laplace(values, sensitivity, epsilon, rng=None, grid=None) -> np.ndarray:
     """values + Laplace noise of scale `sensitivity / epsilon`: eps-DP for an l1 sensitivity. With `grid`: multiples of it, safe to the last bit.
 
-    values: any shape. Raises ValueError for a bad sensitivity, epsilon, grid or value.
+    values: any shape. Rounding costs a factor of 1 + grid * (number of values) / sensitivity in scale: take a fine grid, a power of two such as 2**-10. Raises ValueError for a bad sensitivity, epsilon, grid or value.
     """
     values, d, eps, rng = check_finite("values", values), check_positive("sensitivity", sensitivity), check_epsilon(epsilon), check_rng(rng)
     if grid is None:
