@@ -42,7 +42,7 @@ def guess(oracle, reports, prior=None, rng=None) -> np.ndarray:
     weight = np.ones(oracle.k) if prior is None else np.asarray(prior, dtype=float)
     if weight.shape != (oracle.k,) or not (weight >= 0).all() or not 0 < weight.sum() < math.inf:
         raise ValueError(f"prior has shape {weight.shape} and sum {weight.sum()}: expected ({oracle.k},) numbers >= 0, not all of them 0")
-    posterior = np.where(mask, math.exp(oracle.epsilon), 1.0) * weight
+    posterior = np.where(mask, 1.0, math.exp(-oracle.epsilon)) * weight
     best = posterior >= posterior.max(axis=1, keepdims=True) * (1 - 1e-12)          # equal up to rounding
     return np.where(best, rng.random(best.shape), -1.0).argmax(axis=1)
 

@@ -111,8 +111,9 @@ class GRR(FrequencyOracle):
 
     def __init__(self, k, epsilon):
         super().__init__(k, epsilon)
-        e = math.exp(self.epsilon)
-        self.p, self.q = e / (e + self.k - 1), 1 / (e + self.k - 1)
+        lie = math.exp(-self.epsilon)                       # no overflow, however large epsilon is
+        self.p = 1 / (1 + (self.k - 1) * lie)
+        self.q = lie * self.p
 
     def privatize(self, values, rng=None):
         """(n,) values -> (n,) reported values."""
@@ -136,14 +137,14 @@ class GRR(FrequencyOracle):
 
 def subset_size(m, epsilon) -> int:
     """omega = m / (e^eps + 1) rounded to an integer, at least 1."""
-    return max(1, round(m / (math.exp(epsilon) + 1)))
+    return max(1, round(m * math.exp(-epsilon) / (1 + math.exp(-epsilon))))
 
 
 def subset_probabilities(m, omega, epsilon):
     """(p, q): inclusion of the true element, and of any other one."""
-    odds = omega * math.exp(epsilon)
-    p = odds / (odds + m - omega)
-    return p, (p * (omega - 1) + (1 - p) * omega) / (m - 1)
+    without = (m - omega) * math.exp(-epsilon)
+    p, miss = omega / (omega + without), without / (omega + without)
+    return p, (p * (omega - 1) + miss * omega) / (m - 1)
 
 
 class SS(FrequencyOracle):
@@ -244,7 +245,7 @@ class OUE(UnaryEncoding):
 
     def __init__(self, k, epsilon):
         super().__init__(k, epsilon)
-        self.p, self.q = 0.5, 1 / (math.exp(self.epsilon) + 1)
+        self.p, self.q = 0.5, math.exp(-self.epsilon) / (1 + math.exp(-self.epsilon))
 
 
 def worst_ratio(channel) -> float:

@@ -125,3 +125,12 @@ def test_the_informed_attacker_turns_the_order_around():
             hits = np.mean(attacks.guess(oracle, oracle.privatize(visits, rng), f, rng) == visits)
             assert hits > grr + 5 * math.sqrt(hits * (1 - hits) / n), (eps, oracle)
             assert attacks.success(oracle) < attacks.success(GRR(k, eps)), "and a stranger learns most from it"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_huge_budget_is_no_overflow(kind):
+    """e^800 is beyond a double: the oracle then tells the truth, but for a coin where its bits or subsets need one."""
+    oracle, values = kind(5, 800.0), np.arange(5)
+    assert oracle.q < 1e-170 and oracle.p in (0.5, 1.0)                     # SUE spends half of it on each bit
+    assert attacks.success(GRR(5, 800.0)) == 1 and math.isfinite(oracle.variance(10))
+    assert (attacks.supported(oracle, oracle.privatize(values, np.random.default_rng(0))) <= np.eye(5, dtype=bool)).all()
