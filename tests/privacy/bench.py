@@ -1,9 +1,10 @@
-"""Frequency protocols at the size that the issue of scale is about: a million users, a thousand values, one core."""
+"""The chapter at the size that the issue of scale is about, on one core: frequency protocols for a million users and a thousand values, a tree counter over a million steps."""
 import time
 
 import numpy as np
 
 from lib.privacy.allomfree import LGRR, LOSUE
+from lib.privacy.continual_observation import TreeCounter
 from lib.privacy.modular_subset_selection import ModularSubsetSelection
 from lib.privacy.oracles import GRR, OUE, SS, SUE
 
@@ -23,3 +24,10 @@ def rows():
         start = time.process_time()
         oracle.collect(values, np.random.default_rng(1))
         yield f"{name}: perturb and count in batches", time.process_time() - start, "CPU s", f"n = {n}, k = {k}, ε = 1"
+    bits = np.random.default_rng(2).integers(0, 2, (n, 1))
+    for piece in (n, 100):
+        counter = TreeCounter(n, 1, 0.5, rng=np.random.default_rng(1))
+        start = time.process_time()
+        for at in range(0, n, piece):
+            counter.observe(bits[at:at + piece])
+        yield f"tree counter, {piece} arrivals a call", time.process_time() - start, "CPU s", f"T = {n}, d = 1, ρ = 0.5"
