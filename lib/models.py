@@ -13,6 +13,7 @@ with fresh weights drawn from `generator` alone; the global random state is neit
 In shape comments: n images or sequences, t tokens, d width, h heads, e = d / h, v the vocabulary.
 """
 
+import copy
 import hashlib
 import json
 import math
@@ -320,6 +321,21 @@ def lm_score(model, windows=64):
 
 
 @torch.no_grad()
+def with_attention(model, attend):
+    """A copy of a transformer (the ViT or the language model) whose attention is `attend(layer, q, k, v)` -> [n, heads, t, e].
+
+    q, k, v: [n, heads, t, e]; q and k come rotated by position where the model rotates them. layer: 0, 1, ... from the input on."""
+    model = copy.deepcopy(model)
+    for layer, block in enumerate(model.blocks):
+        def forward(x, rope=None, a=block.attn, layer=layer):
+            q, k, v = (w(x).unflatten(-1, (a.heads, -1)).transpose(1, 2) for w in (a.wq, a.wk, a.wv))
+            if rope is not None:
+                q, k = rotate(q, *rope), rotate(k, *rope)
+            return a.wo(attend(layer, q, k, v).transpose(1, 2).flatten(2))
+        block.attn.forward = forward
+    return model
+
+
 def layer_inputs(model, x):
     """What enters each linear and convolution layer when `model` sees `x`: {layer name: tensor}."""
     seen, hooks = {}, []

@@ -274,3 +274,19 @@ def test_layer_inputs_are_what_the_layers_see():
     assert torch.equal(seen["fc1"], x[:5].flatten(1))
     assert torch.equal(seen["fc2"], torch.relu(model.fc1(seen["fc1"])).detach())
     assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("name", ["shakespeare_lm", "digits_vit"])
+def test_with_attention_is_the_model_when_the_attention_is_its_own(name):
+    model, seen = models.load(name), []
+    x = models.lm_batch("valid", 2, torch.Generator().manual_seed(0), 20)[0] if name == "shakespeare_lm" else models.digits_tensors("test")[0][:3]
+
+    def attend(layer, q, k, v):
+        seen.append((layer, tuple(q.shape)))
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=name == "shakespeare_lm")
+
+    with torch.no_grad():
+        assert torch.equal(models.with_attention(model, attend)(x), model(x))
+        assert [layer for layer, _ in seen] == [0, 1, 2, 3] and len({shape for _, shape in seen}) == 1 and seen[0][1][:2] == (len(x), 4)
+        zero = models.with_attention(model, lambda layer, q, k, v: torch.zeros_like(v))
+        assert not torch.allclose(zero(x), model(x)) and torch.equal(model(x), models.load(name)(x)), "the model itself is left alone"
