@@ -109,10 +109,10 @@ class GpuTable:
 
     def _repr_html_(self):
         if not self.record:
-            return "<p>No GPU time has been measured yet: on a machine with a GPU, <code>make bench-gpu</code> fills this table.</p>"
+            return "<p class=\"gpu-times\">No GPU time has been measured yet: on a machine with a GPU, <code>make bench-gpu</code> fills this table.</p>"
         where = self.record["machine"]
         rows = "".join(f"<tr><td>{escape(what)}</td><td>{t:.1f}</td><td>{escape(peer)}</td><td>{u:.1f}</td><td>{t / u:.2f}</td><td>{b / t / 1e3:.0f}</td></tr>" for what, t, peer, u, b, _ in self.record["rows"])
-        return (f"<table><caption>Measured on {escape(where['gpu'])} with CUDA {escape(where['cuda'])}, torch {escape(where['torch'])}, cupy {escape(where['cupy'])}, {escape(where['date'])}; medians.</caption>"
+        return (f"<table class=\"gpu-times\"><caption>Measured on {escape(where['gpu'])} with CUDA {escape(where['cuda'])}, torch {escape(where['torch'])}, cupy {escape(where['cupy'])}, {escape(where['date'])}; medians.</caption>"
                 "<thead><tr><th>kernel</th><th>µs</th><th>peer</th><th>µs</th><th>ratio</th><th>GB/s</th></tr></thead><tbody>" + rows + "</tbody></table>")
 
 
