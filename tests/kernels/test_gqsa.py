@@ -130,12 +130,13 @@ def test_loads_are_those_of_the_schedule(M, K, g, S, P):
     assert multiply(s, X).load is None
 
 
-def test_a_row_across_many_workers_is_joined_whole():
+@pytest.mark.parametrize("row", [0, 1, 2])
+def test_a_row_across_many_workers_is_joined_whole(row):
     kept = np.zeros((3, 64), bool)
-    kept[1] = True                                                           # one row has everything
+    kept[row] = True                                                         # one row has everything
     s = gqsa._stored(kept, 128, 2, np.full((64, 1), 0x21, np.uint8), np.ones(64, np.float16), np.zeros(64, np.uint8))
     made = multiply(s, np.ones((1, 128), np.float16), "groups", 10, count=True)
-    assert made.Y.ravel().tolist() == [0, 192, 0] and made.joined == 9 and made.load.max() == 7
+    assert made.Y.ravel().tolist() == [192 * (m == row) for m in range(3)] and made.joined == 9 and made.load.max() == 7
     assert multiply(s, np.ones((1, 128), np.float16), "rows", 10, count=True).load.max() == 64
 
 
@@ -154,6 +155,13 @@ def test_a_new_layer_is_the_quantized_masked_matrix():
     x, bias = torch.randn(5, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(2)), torch.ones(6, dtype=torch.float64)
     q.bias = bias
     assert torch.allclose(q(x), x @ q.dequantized().T + 1)
+
+
+def test_zeros_stay_codes():
+    _, _, q = layer()
+    with torch.no_grad():
+        q.zero[0], q.zero[1], q.zero[2] = 20.0, -3.0, 6.6
+    assert q._zero()[:3].ravel().tolist() == [15, 0, 7]
 
 
 def test_frozen_layers_are_stored_exactly():
