@@ -187,7 +187,7 @@ q8 = np.zeros((3, 8), np.int8)
     (lambda: multiply(Groups(np.zeros((1, 2**19), np.uint8), np.ones((1, 1), np.float16), np.zeros((1, 1), np.uint8), 2**20), np.zeros((1, 2**20), np.int8)), ValueError, "g=1048576: .*beyond int32"),
     (lambda: shift_products(q8[0], np.zeros(8, np.int8)), TypeError, "a, u: .*were int8 and int8"),
     (lambda: shift_products(q8[0], np.zeros(7, np.uint8)), ValueError, r"one length, have shapes \(8,\) and \(7,\)"),
-    (lambda: shift_products(q8[0], np.full(8, 16, np.uint8)), ValueError, "u: .*below 16, the largest is 16"),
+    (lambda: shift_products(q8[0], np.array([16] + 7 * [0], np.uint8)), ValueError, "u: .*below 16, the largest is 16"),
     (lambda: quantize_rows(np.array([[1.0, np.nan]])), ValueError, "must be finite"),
     (lambda: quantize_rows(np.ones(3)), ValueError, r"X: should be a matrix \[N, K\], has shape \(3,\)"),
     (lambda: work(1, 1, 2, 2, "once", "a4"), ValueError, "kind='a4'"),
